@@ -1,0 +1,1 @@
+"""What is known of Redis commands: the generated table and the traits that route them."""
