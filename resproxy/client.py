@@ -20,11 +20,11 @@ import hiredis
 from resproxy import errors
 from resproxy.commands.traits import Trait
 from resproxy.context import Context
-from resproxy.matching import Expectation
 from resproxy.net.plain import PlainSocket
 from resproxy.session import Decision, Route, Session
-from resproxy.upstream.link import Link
+from resproxy.upstream.link import Link, Links
 from resproxy.upstream.pinned import Mode, Pinned
+from resproxy.upstream.pool import Pool
 from resproxy.wire import encode
 from resproxy.wire.inline import split_inline
 from resproxy.wire.requests import RequestScanner, Stop
@@ -55,22 +55,22 @@ _MORE = cython.declare(cython.int, Stop.MORE)
 class Client:
     """One client. due: its replies that have not wholly arrived."""
 
-    transport = cython.declare(object, visibility="readonly")
-    session = cython.declare(object, visibility="readonly")
+    transport: PlainSocket = cython.declare(object, visibility="readonly")
+    session: Session = cython.declare(object, visibility="readonly")
     due = cython.declare(cython.Py_ssize_t, visibility="readonly")
     closed = cython.declare(cython.bint, visibility="readonly")
     blocked = cython.declare(cython.int, visibility="readonly")
-    pinned = cython.declare(object, visibility="readonly")
+    pinned: Pinned | None = cython.declare(object, visibility="readonly")
 
-    _context: object
-    _scanner: object
-    _links: object  # of the pool in use: what pick() is asked of
-    _pool: object
-    _link: object
-    _last: object  # the expectation of the last reply due
-    _pending: bytearray  # input that is not processed; None where there is none
-    _waiting_in: object  # the pool that this client waits in
-    _refusal: bytes  # the error that answers what would need a link; None: normal operation
+    _context: Context
+    _scanner: RequestScanner
+    _pool: Pool
+    _links: Links  # of that pool: what pick() is asked of
+    _link: Any  # the Link that replies are due on, or the last one
+    _last: Any  # the Expectation of the last reply due
+    _pending: bytearray | None  # input that is not processed
+    _waiting_in: Pool | None
+    _refusal: bytes | None  # the error that answers what would need a link
     _processing: cython.bint
     _ended: cython.bint  # the client will send no more
     _pause: cython.Py_ssize_t
@@ -90,7 +90,7 @@ class Client:
         self.pinned = self._link = self._last = self._waiting_in = None
         self._pending = self._refusal = None
         self._use_pool()
-        self.transport = PlainSocket(sock, context.turn, self)
+        self.transport = PlainSocket(sock, context.poller, self)
         self.transport.resume()
 
     def _use_pool(self) -> None:
@@ -120,7 +120,7 @@ class Client:
 
     def _resume(self) -> None:
         """Process what input is there, unless that is blocked or already going on."""
-        pending: bytearray = self._pending
+        pending: bytearray | None = self._pending
         used: cython.Py_ssize_t
         if self.blocked != _NO or self._processing or self.closed:
             return
@@ -152,7 +152,7 @@ class Client:
         at: cython.Py_ssize_t = 0
         end: cython.Py_ssize_t
         stop: cython.int
-        scanner: object = self._scanner
+        scanner: RequestScanner = self._scanner
         while True:
             stop = scanner.scan(data, at, size)
             end = scanner.end
@@ -179,7 +179,7 @@ class Client:
         count: cython.Py_ssize_t,
     ) -> cython.bint:
         """Send `count` whole commands on a shared link; False where there is none yet."""
-        link: object
+        link: Any
         if self._refusal is not None:
             self._answer(self._refusal * count)
             return True
@@ -193,11 +193,9 @@ class Client:
         self._last = self._link.send(self, data, start, end, count)
         return True
 
-    def _stopped(
-        self, stop: int, data: bytes | bytearray, at: int, size: int
-    ) -> int:
+    def _stopped(self, stop: int, data: bytes | bytearray, at: int, size: int) -> int:
         """Deal with what is not a plain command; returns where to go on."""
-        scanner: Any = self._scanner
+        scanner: RequestScanner = self._scanner
         following: int = scanner.next
         if stop == Stop.EMPTY:
             return following
@@ -258,7 +256,7 @@ class Client:
         Only plain commands may be between: anything else would leave its mark on a shared link,
         and DISCARD, unlike EXEC, leaves the transaction open where an ACL forbids it.
         """
-        scanner: Any = self._scanner
+        scanner: RequestScanner = self._scanner
         stop = scanner.scan(data, following, size)
         whole = stop == Stop.COMMAND and scanner.trait == Trait.EXEC and scanner.argc == 1
         count, end = scanner.count + 2, scanner.next
@@ -271,7 +269,7 @@ class Client:
         return end if self._forward(data, at, end, count) else at
 
     def _local(self, decision: Decision, at: int, following: int) -> int:
-        if decision.ask is None:
+        if decision.ask is None or decision.answer is None:
             if decision.apply is not None:
                 decision.apply()
                 self._use_pool()
@@ -322,7 +320,7 @@ class Client:
 
     # Waiting, and going on
 
-    def _wait_in(self, pool: Any) -> None:
+    def _wait_in(self, pool: Pool) -> None:
         self.blocked = Blocked.LINK
         self._waiting_in = pool
         pool.wait(self)
@@ -334,9 +332,9 @@ class Client:
             self._read_on()
 
     def _read_on(self) -> None:
-        if self.blocked == _NO and not self.closed and not self._ended:
-            if self.transport.pending <= self._pause:
-                self.transport.resume()
+        goes_on: cython.bint = self.blocked == _NO and not self.closed and not self._ended
+        if goes_on and self.transport.pending <= self._pause:
+            self.transport.resume()
 
     def link_ready(self) -> None:
         """The pool has a link."""
@@ -374,8 +372,8 @@ class Client:
 
     def _scanner_says_large(self) -> bool:
         """Whether the input begins with a plain command that is only too large."""
-        scanner: Any = self._scanner
-        pending = self._pending
+        scanner: RequestScanner = self._scanner
+        pending: bytearray = self._pending or bytearray()
         stop = scanner.scan(pending, 0, len(pending))
         large = stop == Stop.LARGE and scanner.count == 0 and scanner.trait == Trait.PLAIN
         scanner.rewind()
@@ -385,7 +383,7 @@ class Client:
         """Here is the link; everything goes there from now on."""
         link.give(self, mode)
         self.pinned = link
-        pending: bytearray = self._pending
+        pending: bytearray = self._pending or bytearray()
         self._pending = None
         link.from_client(pending, len(pending))
         if self._ended:
@@ -395,17 +393,13 @@ class Client:
 
     def unpinned(self, rest: bytes) -> None:
         """The frame has been answered: back to the shared links."""
-        link = self.pinned
-        self.pinned = None
-        self._context.node.unpin(link, self.session)
+        self._unpin()
         self._pending = bytearray(rest) if rest else None
         self._go_on()
 
     def upstream_closed(self, reason: str) -> None:
         """The pinned link is over, and so is this connection."""
-        link = self.pinned
-        self.pinned = None
-        self._context.node.unpin(link, self.session)
+        self._unpin()
         self._finish()
 
     # Bytes to the client
@@ -513,8 +507,13 @@ class Client:
             self._waiting_in = None
         if self.pinned is not None:
             self.pinned.client_lost()
-            self._context.node.unpin(self.pinned, self.session)
+            self._unpin()
+
+    def _unpin(self) -> None:
+        link: Pinned | None = self.pinned
+        if link is not None:
             self.pinned = None
+            self._context.node.unpin(link, self.session)
 
 
 def decode(reply: bytes) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from resproxy.config import Config
-from resproxy.net.plain import Turn
+from resproxy.net.plain import Poller
 from resproxy.session import FIRST_ID
 from resproxy.upstream.node import Node
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Context:
-    """The configuration, the loop's turn, the node, and the clients that are connected."""
+    """The configuration, the poller, the node, and the clients that are connected."""
 
-    def __init__(self, config: Config, turn: Turn, node: Node) -> None:
+    def __init__(self, config: Config, poller: Poller, node: Node) -> None:
         self.config = config
-        self.turn = turn
+        self.poller = poller
         self.node = node
         self.clients: set[Client] = set()
         self._last_id = FIRST_ID

@@ -35,10 +35,10 @@ class Sink(Protocol):
 class Expectation:
     """An entry of the FIFO: `count` replies due to `sink`, then the local bytes `after`."""
 
-    sink = cython.declare(object, visibility="readonly")
+    sink: Sink = cython.declare(object, visibility="readonly")
     count = cython.declare(cython.Py_ssize_t, visibility="readonly")
-    after = cython.declare(bytes, visibility="readonly")
-    _next: Expectation
+    after: bytes | None = cython.declare(bytes, visibility="readonly")
+    _next: Expectation | None
 
     def __init__(self, sink: Sink, count: cython.Py_ssize_t) -> None:
         self.sink = sink
@@ -56,9 +56,9 @@ class Matcher:
     """The FIFO of one link. due: replies that have not wholly arrived."""
 
     due = cython.declare(cython.Py_ssize_t, visibility="readonly")
-    _head: Expectation
-    _tail: Expectation
-    _scanner: object
+    _head: Expectation | None
+    _tail: Expectation | None
+    _scanner: ReplyScanner
 
     def __init__(self) -> None:
         self.due = 0
@@ -68,15 +68,15 @@ class Matcher:
     def expect(self, sink: Sink, count: cython.Py_ssize_t) -> Expectation:
         """Queue `count` (>= 1) replies for sink; call in the order in which bytes are written."""
         self.due += count
-        entry: Expectation = self._tail
-        if entry is not None and entry.sink is sink and entry.after is None:
-            entry.count += count
-            return entry
-        entry = Expectation(sink, count)
-        if self._tail is None:
+        tail: Expectation | None = self._tail
+        if tail is not None and tail.sink is sink and tail.after is None:
+            tail.count += count
+            return tail
+        entry: Expectation = Expectation(sink, count)
+        if tail is None:
             self._head = entry
         else:
-            self._tail._next = entry
+            tail._next = entry
         self._tail = entry
         return entry
 
@@ -86,12 +86,12 @@ class Matcher:
         Raises ProtocolError for a malformed reply and for one that nobody waits for; the link is
         then at an unknown offset, and fail() must follow.
         """
-        scanner: object = self._scanner
-        entry: Expectation
+        scanner: ReplyScanner = self._scanner
+        entry: Expectation | None
         at: cython.Py_ssize_t = 0
         end: cython.Py_ssize_t
         whole: cython.Py_ssize_t
-        after: bytes
+        after: bytes | None
         while at < size:
             entry = self._head
             end = scanner.scan(data, at, size, 0 if entry is None else entry.count)
@@ -115,7 +115,7 @@ class Matcher:
 
     def fail(self, reason: str) -> None:
         """The link is gone: tell every sink, oldest first, and forget them."""
-        entry: Expectation = self._head
+        entry: Expectation | None = self._head
         inside: bool = self._scanner.inside and not self._scanner.push
         self._head = self._tail = None
         self.due = 0

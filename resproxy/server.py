@@ -17,7 +17,7 @@ from resproxy.compiled import is_compiled
 from resproxy.config import Config
 from resproxy.context import Context
 from resproxy.net.listen import Listener, ListenError
-from resproxy.net.plain import Turn
+from resproxy.net.plain import Poller
 from resproxy.upstream.node import Node
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def serve(config: Config) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Server(config).run())
     except ListenError as exc:
-        log.error(str(exc))
+        log.error(str(exc))  # noqa: TRY400 - the text says it all
         return 1
 
 
@@ -50,9 +50,9 @@ class Server:
         loop = asyncio.get_running_loop()
         config = self._config
         _raise_descriptor_limit(config)
-        turn = Turn(loop, config.receive_buffer)
-        node = Node(config, turn)
-        context = self._context = Context(config, turn, node)
+        poller = Poller(loop, config.receive_buffer)
+        node = Node(config, poller)
+        context = self._context = Context(config, poller, node)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         try:

@@ -189,7 +189,7 @@ class Session:
             case ClientRoute.SETINFO if len(args) == 4 and _printable(args[3]):
                 attribute = args[2].upper()
                 if attribute not in (b"LIB-NAME", b"LIB-VER"):
-                    return SHARED
+                    return PINNED  # newer servers may know more of them
                 self.lib = {**(self.lib or {}), attribute: args[3]}
                 return Decision(Route.LOCAL, reply=encode.OK)
             case ClientRoute.SETNAME | ClientRoute.GETNAME | ClientRoute.SETINFO:

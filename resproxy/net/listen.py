@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from typing import Any
 
 from resproxy.config import Address
 
@@ -95,7 +96,8 @@ class Listener:
 def _bind(address: Address) -> socket.socket:
     if address.path is not None:
         _remove_stale(address)
-        family, where = socket.AF_UNIX, address.path
+        family = socket.AF_UNIX
+        where: Any = address.path
     else:
         found = socket.getaddrinfo(
             address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

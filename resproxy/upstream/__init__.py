@@ -1,1 +1,1 @@
-"""The server's side: links, the pools that share them, pinned links, and what is known of a node."""
+"""The server's side: links, pools of shared ones, pinned ones, and what is known of a node."""

@@ -9,6 +9,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import hiredis
 
@@ -44,15 +45,15 @@ def identity(upstream: Upstream, resp: int, db: int) -> list[Step]:
 
 
 async def dial(
-    upstream: Upstream, steps: Sequence[Step], timeout: float
+    upstream: Upstream, steps: Sequence[Step], limit: float
 ) -> tuple[socket.socket, list[object]]:
-    """Connect and shake hands within `timeout` seconds.
+    """Connect and shake hands within `limit` seconds.
 
     Returns the non-blocking socket and the decoded reply of each step (an error reply that was not
     required is a hiredis.ReplyError among them). Raises DialError.
     """
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(limit):
             sock = await _connect(upstream)
             try:
                 return sock, await _shake_hands(sock, steps)
@@ -60,7 +61,7 @@ async def dial(
                 sock.close()
                 raise
     except TimeoutError:
-        raise DialError(f"no answer within {timeout:g} s") from None
+        raise DialError(f"no answer within {limit:g} s") from None
     except OSError as exc:
         raise DialError(exc.strerror or str(exc) or type(exc).__name__) from None
 
@@ -84,7 +85,7 @@ async def _connect(upstream: Upstream) -> socket.socket:
     raise failure
 
 
-async def _open(family: int, address: object) -> socket.socket:
+async def _open(family: int, address: Any) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -112,11 +113,9 @@ async def _shake_hands(sock: socket.socket, steps: Sequence[Step]) -> list[objec
                 replies.append(reply)
         except hiredis.ProtocolError as exc:
             raise DialError(f"it does not speak RESP: {exc}") from None
-        if replies and isinstance(replies[0], hiredis.ReplyError) and "max number of clients" in str(
-            replies[0]
-        ):
-            # Redis says so instead of answering, and closes.
-            raise DialError(str(replies[0]))
+        first = replies[0] if replies else None
+        if isinstance(first, hiredis.ReplyError) and "max number of clients" in str(first):
+            raise DialError(str(first))  # Redis says so instead of answering, and closes
     for step, reply in zip(steps, replies, strict=True):
         if step.required and isinstance(reply, hiredis.ReplyError):
             raise DialError(f"{step.command[0].decode()}: {reply}")

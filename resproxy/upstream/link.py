@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import cython
 
@@ -12,8 +12,8 @@ from resproxy.net.plain import PlainSocket
 from resproxy.wire.replies import ProtocolError
 
 
-class Backlogged(Protocol):
-    """Who must stop sending while a link has too much to write."""
+class Sender(Sink, Protocol):
+    """Who sends on a link, and must stop while it has too much to write."""
 
     def backlog(self, link: Link) -> None:
         """Stop; backlog_over() will be called, unless the link is lost first."""
@@ -29,12 +29,12 @@ class Link:
     limit: unsent bytes above which a sender is told to wait.
     """
 
-    transport = cython.declare(object, visibility="readonly")
-    matcher = cython.declare(object, visibility="readonly")
+    transport: PlainSocket = cython.declare(object, visibility="readonly")
+    matcher: Matcher = cython.declare(object, visibility="readonly")
     alive = cython.declare(cython.bint, visibility="readonly")
     _limit: cython.Py_ssize_t
-    _on_lost: object
-    _waiting: list
+    _on_lost: Callable[[Link, str], None]
+    _waiting: list[Sender]
 
     def __init__(self, limit: cython.Py_ssize_t, on_lost: Callable[[Link, str], None]) -> None:
         self.matcher = Matcher()
@@ -50,18 +50,18 @@ class Link:
 
     def send(
         self,
-        client: Sink,
+        sender: Sender,
         data: bytes | bytearray,
         start: cython.Py_ssize_t,
         end: cython.Py_ssize_t,
         count: cython.Py_ssize_t,
     ) -> Expectation:
         """Write data[start:end], which is `count` whole commands, at the end of this turn."""
-        entry: object = self.matcher.expect(client, count)
+        entry: Any = self.matcher.expect(sender, count)
         pending: cython.Py_ssize_t = self.transport.queue(data, start, end)
         if pending > self._limit:
-            self._waiting.append(client)
-            client.backlog(self)
+            self._waiting.append(sender)
+            sender.backlog(self)
         return entry
 
     def received(self, data: bytearray, size: int) -> None:
@@ -86,10 +86,14 @@ class Link:
 
     def drained(self) -> None:
         """All is written: who had to wait may go on."""
-        waiting: list = self._waiting
-        self._waiting = []
-        for client in waiting:
-            client.backlog_over()
+        if self._waiting:
+            waiting: list[Sender] = self._waiting
+            self._waiting = []
+            for sender in waiting:
+                sender.backlog_over()
+
+    def finished(self) -> None:
+        """Never: a link is closed at once."""
 
     def close(self) -> None:
         """Close an idle link on purpose; the pool is not told."""
@@ -102,9 +106,9 @@ class Link:
 class Links:
     """The links of a pool that are ready, and the choice among them."""
 
-    ready = cython.declare(list, visibility="readonly")
+    ready: list[Link] = cython.declare(list, visibility="readonly")
     used = cython.declare(cython.bint, visibility="public")  # since somebody last set it to False
-    _current: object
+    _current: Any
 
     def __init__(self) -> None:
         self.ready = []
@@ -127,11 +131,11 @@ class Links:
         All clients of one turn go onto one link, so that the turn costs one write here and one read
         at the server; each turn takes the link with the fewest replies due.
         """
-        current: object = self._current
+        current: Any = self._current
         if current is not None and current.transport.queued:
             return current
         self.used = True
-        best: object = None
+        best: Any = None
         least: cython.Py_ssize_t = 0
         due: cython.Py_ssize_t
         for link in self.ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -12,11 +13,11 @@ import hiredis
 from resproxy import errors
 from resproxy.commands.traits import CommandTable
 from resproxy.config import Config
-from resproxy.net.plain import PlainSocket, Turn
+from resproxy.net.plain import PlainSocket, Poller
 from resproxy.session import Session
 from resproxy.upstream.dial import DialError, Step, dial, identity
 from resproxy.upstream.pinned import Mode, Owner, Pinned
-from resproxy.upstream.pool import Pool
+from resproxy.upstream.pool import Backoff, Pool
 from resproxy.wire.requests import BULK_LIMIT, Dialect
 
 log = logging.getLogger(__name__)
@@ -76,22 +77,22 @@ class Question:
 
 
 class Node:
-    """One server. table, dbs, dialect: what is known of it by now; internal: the proxy's own link."""
+    """One server. table, dbs, dialect: what is known of it; internal: the proxy's own link."""
 
-    def __init__(self, config: Config, turn: Turn) -> None:
+    def __init__(self, config: Config, poller: Poller) -> None:
         self.upstream = config.upstream
         self.table = CommandTable.builtin()
         self.dialect = Dialect(self.table.specials)
         self.dbs: set[int] = {config.upstream.db}
         self._config = config
-        self._turn = turn
+        self._poller = poller
         self._pools: dict[tuple[int, int], Pool] = {}
         self._spare: dict[tuple[int, int], list[Pinned]] = {}
         self._pinned = 0  # links that are pinned, or being opened to be
         self._tasks: set[asyncio.Task[None]] = set()
         self._trimmer: asyncio.TimerHandle | None = None
         self.internal = Pool(
-            "internal", 1, self._internal_steps, self.upstream, config, turn, self._learn
+            "internal", 1, self._internal_steps, self.upstream, config, poller, self._learn
         )
 
     def open(self) -> None:
@@ -163,13 +164,13 @@ class Node:
                 steps,
                 self.upstream,
                 self._config,
-                self._turn,
+                self._poller,
             )
             self._pools[db, resp] = pool
         return pool
 
     def _trim_later(self) -> None:
-        self._trimmer = self._turn.loop.call_later(self._config.pool_idle, self._trim)
+        self._trimmer = self._poller.loop.call_later(self._config.pool_idle, self._trim)
 
     def _trim(self) -> None:
         for pool in self._pools.values():
@@ -207,28 +208,37 @@ class Node:
                 steps.append(Step((b"CLIENT", b"SETINFO", attribute, text), required=False))
         else:
             steps.append(Step((b"CLIENT", b"SETNAME", SHARED_NAME), required=False))
-        wait = self._config.upstream_wait
-        deadline = self._turn.loop.time() + wait
-        pause = self._config.backoff_min
-        while True:
-            try:
-                timeout = min(self._config.connect_timeout, wait)
-                sock, _ = await dial(self.upstream, steps, timeout)
-                break
-            except DialError as exc:
-                if owner.closed or self._turn.loop.time() + pause > deadline:
-                    self._pinned -= 1
-                    if not owner.closed:
-                        owner.refuse(errors.unreachable(self.upstream.display, str(exc), wait))
-                    return
-            await asyncio.sleep(pause)
+        try:
+            sock = await self._dial_patiently(owner, steps)
+        except DialError as exc:
+            self._pinned -= 1
+            if not owner.closed:
+                wait = self._config.upstream_wait
+                owner.refuse(errors.unreachable(self.upstream.display, str(exc), wait))
+            return
         link = Pinned(self._config.link_backlog)
-        link.attach(PlainSocket(sock, self._turn, link))
+        link.attach(PlainSocket(sock, self._poller, link))
         if owner.closed:
             link.close()
             self._pinned -= 1
         else:
             owner.pinned_to(link, mode)
+
+    async def _dial_patiently(self, owner: PinOwner, steps: Sequence[Step]) -> socket.socket:
+        """Try for upstream_wait, as the clients of a pool would wait. Raises DialError."""
+        backoff = Backoff(self._config.backoff_min, self._config.backoff_max)
+        deadline = self._poller.loop.time() + self._config.upstream_wait
+        while True:
+            left = deadline - self._poller.loop.time()
+            try:
+                sock, _ = await dial(self.upstream, steps, min(self._config.connect_timeout, left))
+            except DialError:
+                pause = backoff.pause()
+                if owner.closed or self._poller.loop.time() + pause >= deadline:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return sock
 
     def unpin(self, link: Pinned, session: Session) -> None:
         """The link is no longer pinned; a clean one that is alive is kept for the next owner."""

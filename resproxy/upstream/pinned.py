@@ -170,6 +170,9 @@ class Pinned:
         elif not self.asked:
             owner.transport.resume()
 
+    def finished(self) -> None:
+        """Never: a pinned link is closed at once."""
+
     def close(self) -> None:
         """Close at once."""
         self.alive = False

@@ -1,4 +1,4 @@
-"""Owns keeping one pool's links open: dialling, backing off, and the clients that wait meanwhile."""
+"""Owns keeping a pool's links open: dialling, backing off, and who waits meanwhile."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from typing import Protocol
 
 from resproxy import errors
 from resproxy.config import Config, Upstream
-from resproxy.net.plain import PlainSocket, Turn
+from resproxy.net.plain import PlainSocket, Poller
 from resproxy.upstream.dial import DialError, Step, dial
 from resproxy.upstream.link import Link, Links
 
 log = logging.getLogger(__name__)
+
+
+# Bytes of an empty output buffer that a link keeps: it is filled again in the next turn.
+_KEEP = 1024 * 1024
 
 
 class Waiter(Protocol):
@@ -56,7 +60,7 @@ class Pool:
         steps: Callable[[], Sequence[Step]],
         upstream: Upstream,
         config: Config,
-        turn: Turn,
+        poller: Poller,
         connected: Callable[[list[object]], None] | None = None,
     ) -> None:
         """name: for logs. steps: the handshake of each link. connected: told of its replies."""
@@ -66,7 +70,7 @@ class Pool:
         self._steps = steps
         self._upstream = upstream
         self._config = config
-        self._turn = turn
+        self._poller = poller
         self._connected = connected
         self._filling: asyncio.Task[None] | None = None
         self._failure = "not tried yet"
@@ -102,7 +106,7 @@ class Pool:
 
     def wait(self, waiter: Waiter) -> None:
         """Call waiter.link_ready() when a link is there, or refuse() after `upstream_wait`."""
-        loop = self._turn.loop
+        loop = self._poller.loop
         self._waiting[waiter] = loop.time() + self._config.upstream_wait
         if self._timer is None:
             self._timer = loop.call_later(self._config.upstream_wait, self._expire)
@@ -114,7 +118,7 @@ class Pool:
 
     def _expire(self) -> None:
         self._timer = None
-        loop = self._turn.loop
+        loop = self._poller.loop
         now = loop.time()
         due = [waiter for waiter, deadline in self._waiting.items() if deadline <= now]
         error = errors.unreachable(
@@ -160,7 +164,7 @@ class Pool:
         steps = self._steps()
         sock, replies = await dial(self._upstream, steps, self._config.connect_timeout)
         link = Link(self._config.link_backlog, self._lost)
-        link.attach(PlainSocket(sock, self._turn, link))
+        link.attach(PlainSocket(sock, self._poller, link, _KEEP))
         self.links.add(link)
         if self._connected is not None:
             self._connected(replies)

@@ -1,1 +1,1 @@
-"""RESP on the wire: finding frames in bytes, and the few encodings the proxy itself needs. No I/O."""
+"""RESP on the wire: finding frames in bytes, and the few encodings the proxy needs. No I/O."""

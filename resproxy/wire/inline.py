@@ -1,17 +1,18 @@
-"""Owns inline commands: splitting a line into arguments the way Redis does (sds.c: sdssplitargs)."""
+"""Owns inline commands: splitting a line into arguments as Redis does (sds.c: sdssplitargs)."""
 
 from __future__ import annotations
 
 _SPACES = b" \n\r\t\v\f"
 _ESCAPES = {b"n"[0]: 10, b"r"[0]: 13, b"t"[0]: 9, b"b"[0]: 8, b"a"[0]: 7}
+_HEX = b"0123456789abcdefABCDEF"
 _QUOTE, _APOSTROPHE, _BACKSLASH = b"\"'\\"
 
 
 def split_inline(line: bytes) -> list[bytes] | None:
-    """The arguments of an inline command; None where its quotes are not balanced.
+    r"""The arguments of an inline command; None where its quotes are not balanced.
 
-    line: without its LF; a trailing CR counts as white space. Double quotes know \\xHH and
-    \\n \\r \\t \\b \\a, single quotes only \\'; a closing quote must be followed by white space.
+    line: without its LF; a trailing CR counts as white space. Double quotes know \xHH and
+    \n \r \t \b \a, single quotes only \'; a closing quote must be followed by white space.
     """
     arguments: list[bytes] = []
     at, size = 0, len(line)
@@ -60,7 +61,7 @@ def _escape(line: bytes, at: int, quote: int, argument: bytearray) -> int:
         argument.append(_BACKSLASH)
         return at + 1
     digits = line[at + 2 : at + 4]
-    if following == b"x"[0] and len(digits) == 2 and all(d in b"0123456789abcdefABCDEF" for d in digits):
+    if following == b"x"[0] and len(digits) == 2 and all(d in _HEX for d in digits):
         argument.append(int(digits, 16))
         return at + 4
     argument.append(_ESCAPES.get(following, following))

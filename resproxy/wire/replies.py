@@ -98,18 +98,17 @@ class ReplyScanner:
                 elif c == 62:
                     raise ProtocolError("a push inside another reply")
                 at += 1
-                # $ * : % ~ = ! > | carry a number; + - _ # , ( a line
-                if c == 36 or c == 42 or c == 37 or c == 126 or c == 61 or c == 33 or c == 62 or c == 124:
+                if c in (36, 42, 37, 126, 61, 33, 62, 124):  # $ * % ~ = ! > | carry a number
                     self._type = c
                     number = 0
                     self._negative = False
                     state = _FIRST
-                elif c == 43 or c == 45 or c == 58 or c == 95 or c == 35 or c == 44 or c == 40:
+                elif c in (43, 45, 58, 95, 35, 44, 40):  # + - : _ # , ( are lines
                     state = _LINE
                 else:
                     raise ProtocolError(f"no RESP type: byte 0x{c:02x}")
                 continue
-            elif state == _BODY:
+            if state == _BODY:
                 if size - at < number:
                     number -= size - at
                     at = size
@@ -117,7 +116,7 @@ class ReplyScanner:
                 at += number
                 state = _BODY_CR
                 continue
-            elif state == _LINE:
+            if state == _LINE:
                 while at < size and p[at] != 13 and p[at] != 10:
                     at += 1
                 if at == size:
@@ -127,7 +126,7 @@ class ReplyScanner:
                 at += 1
                 state = _LINE_LF
                 continue
-            elif state == _FIRST:
+            if state == _FIRST:
                 if p[at] == 45:
                     self._negative = True
                     at += 1
@@ -135,7 +134,7 @@ class ReplyScanner:
                     raise ProtocolError("a length that is no number")
                 state = _NUMBER
                 continue
-            elif state == _NUMBER:
+            if state == _NUMBER:
                 while at < size and 48 <= p[at] <= 57:
                     number = number * 10 + (p[at] - 48)
                     if number > _MAX_NUMBER:
@@ -148,7 +147,7 @@ class ReplyScanner:
                 at += 1
                 state = _NUMBER_LF
                 continue
-            elif state == _BODY_CR:
+            if state == _BODY_CR:
                 if p[at] != 13:
                     raise ProtocolError("a bulk longer than its length")
                 at += 1

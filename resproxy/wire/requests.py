@@ -1,8 +1,8 @@
 """Owns the framing of requests: where one client's commands begin and end, and which are special.
 
 The scanner never copies or decodes a command. It counts whole *plain* frames (commands whose name
-is not in the `Dialect`) so that a run of them can be forwarded as one slice, and it stops at the first
-thing that needs a decision. It is resumable at any byte and never scans an argument twice.
+is not in the `Dialect`) so that a run of them can be forwarded as one slice, and it stops at the
+first thing that needs a decision. It is resumable at any byte and never scans an argument twice.
 
 The limits and the error texts are Redis's own (networking.c: processMultibulkBuffer and
 processInlineBuffer). What Redis accepts although it is not canonical RESP (a CR without its LF, a
@@ -94,7 +94,7 @@ class Dialect:
         if size == 0:
             return 0
         table: cython.p_const_uchar = self._filter
-        row: cython.Py_ssize_t = size if size < 31 else 31
+        row: cython.Py_ssize_t = min(31, size)
         if not table[row * 32 + (p[start] & 31)]:
             return 0
         name: bytes = p[start : start + size] if cython.compiled else bytes(p[start : start + size])
@@ -234,6 +234,7 @@ class RequestScanner:
                 self.trait = self._dialect._trait(p, self._after, self._number)
             self._left -= 1
             at = following
+        self._offset = 0
         self._after = at
         return _WHOLE
 
