@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare resproxy with direct connections and with other Redis proxies.",
     )
     add = parser.add_argument
-    add("--rounds", type=_positive, help="measurements of each cell, default 5")
+    add("--rounds", type=_positive, metavar="N", help="measurements of each cell, default 5")
     add("--quick", action="store_true", help="2 short rounds: only to see that all works")
     add("--placements", type=_names(["A", "B"]), default=["A", "B"], help="A, B or A,B (default)")
     add("--loads", type=_names(loads), default=loads, help=f"some of {','.join(loads)}")
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--subjects",
         type=lambda text: text.split(","),
         metavar="NAMES",
-        help="subjects (as in the report) or programs; direct-tcp is always measured",
+        help="subjects, programs or kinds (direct, resproxy, peer); direct-tcp is always measured",
     )
     add(
         "--resproxy",
@@ -167,14 +167,19 @@ def _choose(inventory: Inventory, wanted: list[str] | None) -> list[Subject]:
     """The subjects to measure. All ratios need direct-tcp, so it is always among them."""
     if wanted is None:
         return inventory.subjects
-    known = {word for subject in inventory.subjects for word in (subject.name, subject.program)}
+    known = {word for subject in inventory.subjects for word in _words(subject)}
     for word in wanted:
         if word in inventory.missing:
             raise BenchmarkError(f"{word} is missing; install it with: {inventory.missing[word]}")
         if word not in known:
             raise BenchmarkError(f"no subject is called {word!r}; there are {sorted(known)}")
     names = {*wanted, "direct-tcp"}
-    return [s for s in inventory.subjects if s.name in names or s.program in names]
+    return [subject for subject in inventory.subjects if names & _words(subject)]
+
+
+def _words(subject: Subject) -> set[str]:
+    """What --subjects may call it."""
+    return {subject.name, subject.program, subject.kind.value}
 
 
 def _startable(

@@ -8,6 +8,8 @@ from benchmarks.results import DIRECT, Results, Row, median, ratio
 from benchmarks.targets import EVERY_PEER, IDLE_BYTES, Target, judge, judge_idle
 
 UNKNOWN = "-"
+QUIET_SPREAD = 0.15
+"""On a quiet machine rounds do not lie further apart than that."""
 
 METRIC_TITLES = {
     "ops": "ops/s",
@@ -36,6 +38,12 @@ class Setting:
 def markdown(results: Results, setting: Setting) -> str:
     """The whole report."""
     parts = [_head(setting)]
+    spread = results.typical_spread()
+    if spread is not None and spread > QUIET_SPREAD:
+        parts.append(
+            f"**The machine was not quiet: rounds lie {spread:.0%} apart. Trust CPU figures more"
+            " than ops/s and latency, and repeat this when nothing else runs.**"
+        )
     for placement in results.placements:
         parts.append(f"## Placement {placement}: {setting.placements[placement].title}")
         for load in results.loads:

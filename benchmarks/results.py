@@ -135,6 +135,11 @@ class Results:
             return None
         return ratio(max(speeds) - min(speeds), statistics.median(speeds))
 
+    def typical_spread(self) -> float | None:
+        """The median of all spreads; None if nothing was measured."""
+        spreads = [spread for cell in self.samples if (spread := self.spread(*cell)) is not None]
+        return statistics.median(spreads) if spreads else None
+
     def raw(self) -> dict[str, object]:
         """Every sample, as plain data for JSON."""
         return {

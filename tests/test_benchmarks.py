@@ -39,6 +39,17 @@ SAMPLE = Sample(
     ops=1000, p50=1.0, p99=2.0, proxy_cpu=20.0, server_cpu=10.0, connections=4, rss=1 << 20
 )
 
+SETTING = report.Setting(
+    when="today",
+    machine="a machine",
+    versions={"Redis": "7.0.15"},
+    missing={"haproxy": "apt-get install haproxy"},
+    rounds=5,
+    seconds=1.5,
+    placements=placements(0, 1),
+    plot=None,
+)
+
 
 def results(**samples: Sample) -> Results:
     """Results of placement A, load get, by subject with `_` for `-`."""
@@ -209,17 +220,7 @@ def test_report_shows_medians_ratios_verdicts_and_what_is_missing() -> None:
     faulty = dataclasses.replace(SAMPLE, ops=1500, proxy_cpu=10.0, faults=3)
     measured = results(direct_tcp=with_cpu(None), resproxy_tcp=faulty, twemproxy=with_ops(500))
     measured.failures.append("A get envoy: ended with status 1")
-    setting = report.Setting(
-        when="today",
-        machine="a machine",
-        versions={"Redis": "7.0.15"},
-        missing={"haproxy": "apt-get install haproxy"},
-        rounds=5,
-        seconds=1.5,
-        placements=placements(0, 1),
-        plot=None,
-    )
-    text = report.markdown(measured, setting)
+    text = report.markdown(measured, SETTING)
     cells = re.findall(r"^\| resproxy-tcp +\|(.*)\|$", text, re.MULTILINE)[0].split("|")
     ops, to_direct, to_peer = (cell.strip() for cell in cells[:3])
     assert (ops, to_direct, to_peer) == ("1,500", "1.50", "3.00")
@@ -228,6 +229,14 @@ def test_report_shows_medians_ratios_verdicts_and_what_is_missing() -> None:
     assert re.search(r"A, get: ops/s at least 1 x direct-tcp +\| +resproxy-tcp \|.* met \|", text)
     assert re.search(r"at most 0.75 x envoy +\| +resproxy-tcp \|.* not measured \|", text)
     assert "- A get envoy: ended with status 1" in text
+
+
+@pytest.mark.parametrize(("slowest", "noisy"), [(86, False), (84, True)])
+def test_report_warns_of_a_machine_that_is_not_quiet(slowest: float, noisy: bool) -> None:
+    measured = results(direct_tcp=with_ops(100))
+    measured.add("A", "get", "direct-tcp", with_ops(100))
+    measured.add("A", "get", "direct-tcp", with_ops(slowest))
+    assert ("not quiet" in report.markdown(measured, SETTING)) is noisy
 
 
 def test_table_columns_are_aligned() -> None:
