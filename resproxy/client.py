@@ -71,12 +71,13 @@ class Client:
     _pending: bytearray | None  # input that is not processed
     _waiting_in: Pool | None
     _refusal: bytes | None  # the error that answers what would need a link
+    _refuse_one: cython.bint  # only the next such command
     _processing: cython.bint
     _ended: cython.bint  # the client will send no more
     _pause: cython.Py_ssize_t
     _limit: cython.Py_ssize_t
 
-    def __init__(self, sock: socket.socket, context: Context) -> None:
+    def __init__(self, sock: socket.SocketType, context: Context) -> None:
         """Serve the connected, non-blocking socket until it closes."""
         self._context = context
         node = context.node
@@ -89,6 +90,7 @@ class Client:
         self.closed = self._ended = self._processing = False
         self.pinned = self._link = self._last = self._waiting_in = None
         self._pending = self._refusal = None
+        self._refuse_one = False
         self._use_pool()
         self.transport = PlainSocket(sock, context.poller, self)
         self.transport.resume()
@@ -221,7 +223,7 @@ class Client:
             if trait == Trait.PLAIN:
                 return following if self._forward(frame, 0, len(frame), 1) else at
             if trait == Trait.MULTI:
-                return self._pin(at, following)
+                return self._pin(at)
         else:
             arguments = _arguments(frame)
         return self._special(trait, arguments, frame, data, at, following, size)
@@ -248,7 +250,8 @@ class Client:
             case Route.LOCAL:
                 return self._local(decision, at, following)
             case _:
-                return self._pin(at, following)
+                alone = trait in (Trait.BLOCKING, Trait.XREAD, Trait.SCRIPT)
+                return self._pin(at, following if alone else 0)
 
     def _transaction(self, data: bytes | bytearray, at: int, following: int, size: int) -> int:
         """MULTI was seen at `at`: send it and all up to EXEC as one write, if all of it is here.
@@ -262,10 +265,7 @@ class Client:
         count, end = scanner.count + 2, scanner.next
         scanner.rewind()
         if not whole:
-            if self.due:
-                self.blocked = Blocked.SETTLE
-                return at
-            return self._pin(at, following)
+            return self._pin(at)
         return end if self._forward(data, at, end, count) else at
 
     def _local(self, decision: Decision, at: int, following: int) -> int:
@@ -305,15 +305,19 @@ class Client:
     def _pin(self, at: int, following: int = 0) -> int:
         """Everything from `at` on is for a link of this client's own.
 
-        following: behind the frame, where it is whole and could be answered by a refusal.
+        following: behind the command, where it can be refused and the next ones served all the
+        same. Otherwise a refusal ends the connection: what follows relies on what was refused, as
+        after MULTI, WATCH or AUTH, or is the rest of a frame that is not whole.
         """
         if self.due:
             self.blocked = Blocked.SETTLE
         elif self._refusal is not None:
             self._answer(self._refusal)
+            if self._refuse_one:
+                self._refusal = None
             if following:
                 return following
-            self.blocked = Blocked.GOODBYE  # what comes is a part of a frame that was refused
+            self.blocked = Blocked.GOODBYE
         else:
             self.blocked = Blocked.PIN
         return at
@@ -342,9 +346,14 @@ class Client:
         self._go_on()
 
     def refuse(self, error: str) -> None:
-        """No link came in time: the commands that are here are answered with the error."""
+        """There is no link: what is here is answered with the error.
+
+        That is every command that waited for a shared link, but only the one that needed a link of
+        its own.
+        """
         self._waiting_in = None
         self._refusal = encode.error(error)
+        self._refuse_one = self.blocked == Blocked.PIN
         self.blocked = Blocked.NO
         self._resume()
         self._refusal = None

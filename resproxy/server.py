@@ -80,7 +80,7 @@ class Server:
         log.info("stopped")
         return 0
 
-    def _accepted(self, sock: socket.socket) -> None:
+    def _accepted(self, sock: socket.SocketType) -> None:
         context = self._context
         if len(context.clients) >= self._config.max_clients:
             if not self._refused:

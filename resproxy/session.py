@@ -83,13 +83,14 @@ class Session:
         self._home = home
         self._server = server
         self._decode = decode
+        self.lib: dict[bytes, bytes] | None = None
         self._forget()
 
     def _forget(self) -> None:
+        # What RESET forgets (networking.c: clearClientConnectionState): not the library's name.
         self.resp = 2
         self.db = self._home
         self.name: bytes | None = None
-        self.lib: dict[bytes, bytes] | None = None
 
     def route(self, trait: int, args: list[bytes]) -> Decision:
         """Decide about a special command: the one place where routes are chosen.
@@ -181,8 +182,11 @@ class Session:
             case ClientRoute.PLAIN:
                 return SHARED
             case ClientRoute.SETNAME if len(args) == 3 and _printable(args[2]):
-                self.name = args[2] or None
-                return Decision(Route.LOCAL, reply=encode.OK)
+
+                def rename() -> None:
+                    self.name = args[2] or None
+
+                return Decision(Route.LOCAL, reply=encode.OK, apply=rename)
             case ClientRoute.GETNAME if len(args) == 2:
                 name = encode.null(self.resp) if self.name is None else encode.bulk(self.name)
                 return Decision(Route.LOCAL, reply=name)
@@ -190,8 +194,11 @@ class Session:
                 attribute = args[2].upper()
                 if attribute not in (b"LIB-NAME", b"LIB-VER"):
                     return PINNED  # newer servers may know more of them
-                self.lib = {**(self.lib or {}), attribute: args[3]}
-                return Decision(Route.LOCAL, reply=encode.OK)
+
+                def describe() -> None:
+                    self.lib = {**(self.lib or {}), attribute: args[3]}
+
+                return Decision(Route.LOCAL, reply=encode.OK, apply=describe)
             case ClientRoute.SETNAME | ClientRoute.GETNAME | ClientRoute.SETINFO:
                 return SHARED  # the server refuses it: nothing changes there
             case _:
@@ -199,12 +206,17 @@ class Session:
 
 
 def _xread_blocks(args: list[bytes]) -> bool:
-    for arg in args[1:]:
-        word = arg.upper()
-        if word == b"STREAMS":
-            return False
-        if word == b"BLOCK":
-            return True
+    at = 1
+    while at < len(args):
+        match args[at].upper():
+            case b"BLOCK":
+                return True
+            case b"STREAMS":
+                return False
+            case b"GROUP":
+                at += 3  # its name and the consumer's, whatever they are called
+            case _:
+                at += 1
     return False
 
 

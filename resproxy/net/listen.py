@@ -28,7 +28,7 @@ class ListenError(Exception):
 class Listener:
     """One listening socket; `accepted` gets every connection, non-blocking."""
 
-    def __init__(self, address: Address, accepted: Callable[[socket.socket], None]) -> None:
+    def __init__(self, address: Address, accepted: Callable[[socket.SocketType], None]) -> None:
         """Bind and listen; accepting begins with start(). Raises ListenError."""
         self._accepted = accepted
         self._path = address.path
@@ -38,6 +38,8 @@ class Listener:
             raise ListenError(
                 f"cannot listen on {address.display}: {exc.strerror or exc}"
             ) from None
+        self._family = int(self._sock.family)
+        self._protocol = self._sock.proto
         self._inode = os.stat(self._path).st_ino if self._path is not None else 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -70,7 +72,7 @@ class Listener:
     def _readable(self) -> None:
         for _ in range(_BATCH):
             try:
-                sock, _ = self._sock.accept()
+                fd, _ = self._sock._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
@@ -78,6 +80,8 @@ class Listener:
                     raise
                 self._rest(exc.strerror or str(exc))
                 return
+            # The C class: socket.socket() would spend longer on enums than the kernel on accept().
+            sock = socket.SocketType(self._family, socket.SOCK_STREAM, self._protocol, fd)
             sock.setblocking(False)
             self._accepted(sock)
 

@@ -197,7 +197,7 @@ class PlainSocket:
     of the turn.
     """
 
-    sock: socket.socket = cython.declare(object, visibility="readonly")
+    sock: socket.SocketType = cython.declare(object, visibility="readonly")
     closed = cython.declare(cython.bint, visibility="readonly")
     pending = cython.declare(cython.Py_ssize_t, visibility="readonly")
     queued = cython.declare(cython.bint, visibility="readonly")
@@ -219,7 +219,7 @@ class PlainSocket:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         poller: Poller,
         handler: Handler,
         keep: cython.Py_ssize_t = 64 * 1024,
@@ -337,12 +337,15 @@ class PlainSocket:
     def queue(
         self, data: bytes | bytearray, start: cython.Py_ssize_t, end: cython.Py_ssize_t
     ) -> cython.Py_ssize_t:
-        """Send data[start:end] at the end of this turn of the loop; returns `pending`."""
+        """Keep data[start:end] for the next flush, behind what waits; returns `pending`."""
         self._append(data, start, end)
-        if not self.queued and not self._waiting:
+        return self.pending
+
+    def flush_at_end_of_turn(self) -> None:
+        """Send what is queued when all that is ready now has been handled."""
+        if not self.queued and not self._waiting and not self.closed:
             self.queued = True
             self._poller._queue(self)
-        return self.pending
 
     def flush(self) -> None:
         """Send what was queued."""
@@ -421,8 +424,15 @@ class PlainSocket:
             self._poller.loop.call_soon(self._report, reason)
 
     def _report(self, reason: str) -> None:
-        if not self.closed:
-            self._handler.lost(reason)
+        while not self.closed:
+            try:
+                size = self.sock.recv_into(self._buffer)  # what the peer said before it hung up
+            except OSError:
+                size = 0
+            if size == 0:
+                self._handler.lost(reason)
+                return
+            self._handler.received(self._buffer, size)
 
     def _wait(self) -> None:
         if not self._waiting and not self._broken and not self.closed:

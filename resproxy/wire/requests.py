@@ -290,6 +290,8 @@ class RequestScanner:
             self._number = -number if negative else number
             self._after = at + 2
             return _WHOLE
+        if negative and at < size and 48 <= p[at] <= 57:
+            return _ODD  # below zero is below zero; whether it fits an int64 Redis may find out
         return self._bad_line(p, at, size, line)
 
     @cython.cfunc
@@ -320,10 +322,12 @@ class RequestScanner:
     ) -> cython.int:
         at: cython.Py_ssize_t = frame + self._offset
         while at < size:
-            if p[at] == 10:
+            if p[at] == 10 and at - frame <= _LINE_LIMIT:
                 self._offset = 0
                 self.next = at + 1
                 return _INLINE
+            if at - frame > _LINE_LIMIT:
+                break
             if p[at] == 0:
                 return _ODD  # Redis looks for the LF with strchr()
             at += 1
