@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 
 import pytest
+import raw
 import servers
 from servers import Proxy, RedisServer
 
@@ -21,6 +22,13 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(autouse=True)
+def _connections_end_with_the_test() -> Iterator[None]:
+    yield
+    while raw.opened:
+        raw.opened.pop().close()
+
+
 @pytest.fixture(scope="module", params=servers.binaries().values(), ids=servers.binaries())
 def any_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Every Redis that is installed, for what is compared with a direct connection."""
@@ -33,6 +41,13 @@ def any_proxy(any_server: RedisServer) -> Iterator[Proxy]:
     """A proxy before it."""
     with Proxy(any_server.url) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A Redis for one test, where it matters which connections it has."""
+    with RedisServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

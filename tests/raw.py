@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import socket
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import hiredis
 
 Address = tuple[str, int] | str  #: TCP, or the path of a Unix socket
+
+opened: list[socket.socket] = []  #: by the test that runs; all are closed at its end
 
 
 def encode(*arguments: bytes | str | int) -> bytes:
@@ -31,7 +34,7 @@ class Raw:
     two, all that has arrived must have been taken.
     """
 
-    def __init__(self, address: Address, timeout: float = 20.0) -> None:
+    def __init__(self, address: Address, timeout: float = 10.0) -> None:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
@@ -40,6 +43,7 @@ class Raw:
         except OSError:
             self.sock.close()
             raise
+        opened.append(self.sock)
         if family == socket.AF_INET:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
@@ -122,6 +126,18 @@ class Raw:
 
     def line(self) -> bytes:
         return self.until(b"\r\n")
+
+    def checksum(self, size: int) -> int:
+        """The CRC-32 of the next `size` bytes, which are read as fast as they come."""
+        self._no_replies()
+        taken = self._take(size)
+        found = zlib.crc32(taken)
+        left = size - len(taken)
+        buffer = bytearray(1 << 20)
+        while left and (count := self.sock.recv_into(buffer, min(left, len(buffer)))):
+            found = zlib.crc32(memoryview(buffer)[:count], found)
+            left -= count
+        return found
 
     def rest(self) -> bytes:
         """All bytes until the connection ends."""

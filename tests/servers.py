@@ -87,7 +87,7 @@ class Process:
             return False
         return True
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
@@ -105,21 +105,21 @@ class Process:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it, if it runs, and return its exit status."""
         if self.alive:
-            self.signal(number)
+            self.send_signal(number)
         return self.wait()
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
         if self.alive:
-            self.signal(signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
         self.wait()
 
     def pause(self) -> None:
         """Let it hang: connections stay open, and nothing is answered."""
-        self.signal(signal.SIGSTOP)
+        self.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        self.signal(signal.SIGCONT)
+        self.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Self:
         return self
@@ -208,10 +208,14 @@ class RedisServer(Process):
 
     def connections(self) -> list[dict[str, str]]:
         """CLIENT LIST without the connection that asks."""
-        listed = self.ask("CLIENT", "LIST")
-        assert isinstance(listed, bytes)
-        rows = [dict(pair.split("=", 1) for pair in line.split()) for line in listed.decode().splitlines()]
-        return [row for row in rows if row["cmd"] not in {"client", "client|list"}]
+        with self.client() as client:
+            own = str(client.ask("CLIENT", "ID"))
+            listed: bytes = client.ask("CLIENT", "LIST")
+            client.command("QUIT")
+            client.rest()
+        lines = listed.decode().splitlines()
+        rows = [dict(pair.split("=", 1) for pair in line.split()) for line in lines]
+        return [row for row in rows if row["id"] != own]
 
     def links(self) -> dict[str, str]:
         """The address of each shared link, and its id on the server."""
