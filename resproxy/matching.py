@@ -108,13 +108,15 @@ class Matcher:
             if entry.count == 0:
                 after = entry.after
                 self._head = entry._next
+                # Its client may hold it for long: it must not hold all that came later.
+                entry._next = None
                 if self._head is None:
                     self._tail = None
             entry.sink.replies(data, at, end, whole, after)
             at = end
 
     def fail(self, reason: str) -> None:
-        """The link is gone: tell every sink, oldest first, and forget them."""
+        """The link is gone: tell the sink of every entry, oldest first, and forget them."""
         entry: Expectation | None = self._head
         inside: bool = self._scanner.inside and not self._scanner.push
         self._head = self._tail = None
@@ -122,4 +124,6 @@ class Matcher:
         while entry is not None:
             entry.sink.link_lost(reason, inside)
             inside = False
-            entry = entry._next
+            following: Expectation | None = entry._next
+            entry._next = None
+            entry = following

@@ -12,7 +12,8 @@ from servers import Proxy, RedisServer
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
+    item: pytest.Item,  # noqa: ARG001 - what pytest calls it with
+    call: pytest.CallInfo[None],  # noqa: ARG001
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add the logs of the servers that run to the report of a failure."""
     report = yield
@@ -29,7 +30,7 @@ def _connections_end_with_the_test() -> Iterator[None]:
         raw.opened.pop().close()
 
 
-@pytest.fixture(scope="module", params=servers.binaries().values(), ids=servers.binaries())
+@pytest.fixture(scope="module", params=servers.binaries().values(), ids=list(servers.binaries()))
 def any_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """Every Redis that is installed, for what is compared with a direct connection."""
     with RedisServer(request.param) as server:
@@ -72,6 +73,7 @@ def module_proxy(module_server: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def proxy(module_proxy: Proxy, server: RedisServer) -> Proxy:
+def proxy(module_proxy: Proxy, module_server: RedisServer) -> Proxy:
     """The module's proxy, its Redis empty."""
+    module_server.ask("FLUSHALL")
     return module_proxy

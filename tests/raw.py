@@ -1,4 +1,4 @@
-"""A client that is nothing but a socket: it sends bytes as told and shows the bytes that come back."""
+"""Owns the raw client: nothing but a socket that sends and shows bytes, or decoded replies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import hiredis
 
@@ -49,7 +49,7 @@ class Raw:
         self._buffer = bytearray()
         self._reader = hiredis.Reader(notEnoughData=...)
 
-    def __enter__(self) -> Raw:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Real servers for tests: a Redis, and a proxy before it, as processes of their own on free ports."""
+"""Owns the servers under test: a Redis and a proxy before it, as processes on free ports."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ class Monitor:
         self._server.ask("ECHO", mark)
         found = []
         while mark.encode() not in (line := self._client.line()):
-            match = re.match(rb'\+\S+ \[(\d+) (\S+)\] (.*)', line)
+            match = re.match(rb"\+\S+ \[(\d+) (\S+)\] (.*)", line)
             assert match is not None, line
             found.append((match[2].decode(), int(match[1]), match[3].decode("latin-1")))
         return found
@@ -310,4 +310,3 @@ class Proxy(Process):
 
     def reset_memory(self) -> None:
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
-

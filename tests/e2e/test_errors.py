@@ -192,9 +192,7 @@ def test_inside_a_transaction(any_server: RedisServer, one_link: Proxy, frame: b
     assert any_server.links() == links
 
 
-@pytest.mark.parametrize(
-    "frame", [frame for frame in FRAMES if 1 < len(frame) < 100], ids=shown
-)
+@pytest.mark.parametrize("frame", [frame for frame in FRAMES if 1 < len(frame) < 100], ids=shown)
 def test_in_two_writes(any_server: RedisServer, one_link: Proxy, frame: bytes) -> None:
     """Split at every byte: the second part comes when the first has been read."""
     expected = conversation(any_server.tcp, frame + PING)
@@ -244,7 +242,7 @@ def test_endless_lines(any_server: RedisServer, one_link: Proxy, name: str) -> N
     assert any_server.links() == links
 
 
-def test_replies_due_come_before_the_error(any_server: RedisServer, one_link: Proxy) -> None:
+def test_replies_due_come_before_the_error(one_link: Proxy) -> None:
     count = 5000
     with one_link.client() as client:
         client.send(b"".join(encode("ECHO", n) for n in range(count)) + b"*1\r\n!\r\n" + PING)
@@ -266,7 +264,10 @@ def test_before_authentication() -> None:
             auth + encode("ECHO", "x" * 16385),
             encode("AUTH", "wrong") + encode(*"abcdefghijk"),
             encode("AUTH", "wrong") + encode("GET", "x") + auth + encode("GET", "x"),
-            encode("AUTH") + encode("AUTH", "a", "b", "c") + encode("AUTH", "default", "secret") + PING,
+            encode("AUTH")
+            + encode("AUTH", "a", "b", "c")
+            + encode("AUTH", "default", "secret")
+            + PING,
             encode("MULTI") + encode("GET", "x") + encode("EXEC"),
             b"*1\r\n!\r\n",
             b"PING\r\nAUTH secret\r\nPING\r\n",

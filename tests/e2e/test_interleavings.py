@@ -43,7 +43,7 @@ def echo(size: int) -> Exchange:
     return encode("ECHO", value), bulk(value)
 
 
-def inline(size: int) -> Exchange:
+def inline(_size: int) -> Exchange:
     value = b"%d" % next(unique)
     return b"echo  %b\r\n" % value, bulk(value)
 
@@ -62,14 +62,16 @@ def increments(size: int) -> Exchange:
 def items(size: int) -> Exchange:
     found = LIST[: size % len(LIST)]
     reply = b"*%d\r\n" % len(found) + b"".join(map(bulk, found))
-    return encode("LRANGE", "list", 0, len(found) - 1) if found else encode("LRANGE", "no", 0, 1), reply
+    return encode("LRANGE", "list", 0, len(found) - 1) if found else encode(
+        "LRANGE", "no", 0, 1
+    ), reply
 
 
-def error(size: int) -> Exchange:
+def error(_size: int) -> Exchange:
     return encode("GET"), b"-ERR wrong number of arguments for 'get' command\r\n"
 
 
-def transaction(size: int) -> Exchange:
+def transaction(_size: int) -> Exchange:
     value = b"%d" % next(unique)
     request = encode("MULTI") + encode("SET", value, value) + encode("GET", value) + encode("EXEC")
     return request, b"+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n+OK\r\n" + bulk(value)
@@ -80,7 +82,7 @@ def watch(size: int) -> Exchange:
     return encode("WATCH", "x") + request, b"+OK\r\n" + reply
 
 
-def name(size: int) -> Exchange:
+def name(_size: int) -> Exchange:
     value = b"%d" % next(unique)
     request = encode("CLIENT", "SETNAME", value) + encode("CLIENT", "GETNAME")
     return request, b"+OK\r\n" + bulk(value)
@@ -91,7 +93,7 @@ def select(size: int) -> Exchange:
     return encode("SELECT", size % DATABASES) + request, b"+OK\r\n" + reply
 
 
-def reset(size: int) -> Exchange:
+def reset(_size: int) -> Exchange:
     return encode("RESET") + encode("HGETALL", "none"), b"+RESET\r\n*0\r\n"
 
 

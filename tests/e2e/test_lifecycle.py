@@ -123,7 +123,10 @@ def test_the_end_while_a_client_never_reads(server: RedisServer) -> None:
 
 def test_the_end_without_a_server(own_server: RedisServer) -> None:
     own_server.stop()
-    with Proxy(own_server.url, connected=False, drain_timeout=0.3) as proxy, proxy.client() as client:
+    with (
+        Proxy(own_server.url, connected=False, drain_timeout=0.3) as proxy,
+        proxy.client() as client,
+    ):
         client.command("PING")
         proxy.logged("upstream unreachable")
         assert proxy.stop() == 0
@@ -183,10 +186,10 @@ def test_a_directory_that_is_not_there(server: RedisServer, tmp_path: Path) -> N
 
 
 def test_a_port_in_use(server: RedisServer, proxy: Proxy) -> None:
-    host, port = proxy.tcp
-    result = run("--upstream", server.url, "--listen", f"{host}:{port}")
+    address = proxy.listening[0]
+    result = run("--upstream", server.url, "--listen", address)
     assert result.returncode == 1
-    assert f"cannot listen on {host}:{port}: Address already in use" in result.stderr
+    assert f"cannot listen on {address}: Address already in use" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -221,7 +224,7 @@ def test_max_clients(server: RedisServer) -> None:
         assert clients[0].ask("PING") == b"PONG"
 
 
-def test_many_connections_come_and_go(server: RedisServer, proxy: Proxy) -> None:
+def test_many_connections_come_and_go(proxy: Proxy) -> None:
     for turn in range(300):
         with Raw(proxy.unix if turn % 2 else proxy.tcp) as client:
             assert client.ask("ECHO", turn) == b"%d" % turn

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 import zlib
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from raw import Raw, bulk, conversation, encode, eventually
@@ -34,7 +34,8 @@ EXPIRE a 1000 | TTL none | PERSIST a | RENAME none x | COPY a a2 | SORT l2 | OBJ
 PUBLISH nobody hello | DBSIZE | KEYS a* | SCAN 0 MATCH nothing* | DEL a b | UNLINK c | TOUCH none
 COMMAND COUNT | COMMAND GETKEYS SET k v | MEMORY HELP | XGROUP HELP | CLIENT HELP | CLIENT | CONFIG
 CONFIG GET maxmemory-policy | CONFIG GET nothing | SCRIPT EXISTS 00 | LATENCY HISTOGRAM none
-EVAL "return 1" 0 | EVAL "return {1,'two',{3,{}},false,nil}" 0 | EVAL "return redis.error_reply('MY')" 0
+EVAL "return 1" 0 | EVAL "return {1,'two',{3,{}},false,nil}" 0
+EVAL "return redis.error_reply('MY')" 0
 EVAL "redis.setresp(3) return redis.call('HGETALL', KEYS[1])" 1 h
 EVAL "redis.setresp(3) return {double=3.25}" 0 | EVAL "redis.setresp(3) return {map={a=1}}" 0
 EVAL "redis.setresp(3) return {set={a=true}}" 0 | EVAL "redis.setresp(3) return true" 0
@@ -119,7 +120,7 @@ def test_split_at_every_byte(server: RedisServer, proxy: Proxy) -> None:
             assert client.rest() == expected, at
 
 
-def test_many_commands_in_one_pipeline(server: RedisServer, proxy: Proxy) -> None:
+def test_many_commands_in_one_pipeline(proxy: Proxy) -> None:
     count = 100_000
     with proxy.client() as client:
         client.send(b"".join(encode("ECHO", n) for n in range(count)))
@@ -194,7 +195,7 @@ def test_an_upstream_on_a_unix_socket(server: RedisServer) -> None:
             assert direct.ask("GET", "key") == b"value"
 
 
-def test_program_order(server: RedisServer, proxy: Proxy) -> None:
+def test_program_order(proxy: Proxy) -> None:
     """Each client's counter goes up by one, whatever links its commands take."""
     chance = random.Random(1)
     clients = [proxy.client() for _ in range(40)]
@@ -213,7 +214,18 @@ def test_program_order(server: RedisServer, proxy: Proxy) -> None:
 
 
 def test_names_in_any_case(any_server: RedisServer, any_proxy: Proxy) -> None:
-    names = ("gEt", "GeT", "mUlTi", "eXeC", "SELect", "cLiEnT", "HellO", "bLpOp", "WaTcH", "UNwatch")
+    names = (
+        "gEt",
+        "GeT",
+        "mUlTi",
+        "eXeC",
+        "SELect",
+        "cLiEnT",
+        "HellO",
+        "bLpOp",
+        "WaTcH",
+        "UNwatch",
+    )
     data = b"".join(encode(name, "0") for name in names) + encode("quIT")
     assert conversation(any_proxy.tcp, data) == conversation(any_server.tcp, data)
 
@@ -242,7 +254,7 @@ def test_large_values(server: RedisServer, proxy: Proxy, size: int) -> None:
         client.expect(bulk(value) + bulk("behind") + bulk(value))
 
 
-def test_small_commands_pass_a_large_value(server: RedisServer, proxy: Proxy) -> None:
+def test_small_commands_pass_a_large_value(proxy: Proxy) -> None:
     """While a client is half-way through a large request, others are served."""
     value = b"x" * (3 * MIB)
     frame = encode("SET", "large", value)
@@ -272,12 +284,14 @@ def test_a_large_request_borrows_a_link(own_server: RedisServer) -> None:
         assert len(own_server.connections()) <= 2 + 1 + 1  # shared, spare and internal
 
 
-@pytest.mark.timeout(60)
-def test_memory_stays_small_while_a_huge_value_passes(server: RedisServer, proxy: Proxy) -> None:
+def test_memory_stays_small_while_a_huge_value_passes(own_server: RedisServer) -> None:
+    """To a reader that keeps up, too: it takes precedence over those that it reads from."""
     size = 200 * MIB
     chunk = bytes(range(256)) * 4096
-    proxy.reset_memory()
-    with proxy.client() as client:
+    with Proxy(own_server.url) as proxy, proxy.client() as client:
+        os.setpriority(os.PRIO_PROCESS, proxy.pid, 10)
+        os.setpriority(os.PRIO_PROCESS, own_server.pid, 19)
+        proxy.reset_memory()
         client.send(b"*3\r\n$3\r\nSET\r\n$4\r\nhuge\r\n$%d\r\n" % size)
         for _ in range(size // MIB):
             client.send(chunk)
@@ -291,7 +305,6 @@ def test_memory_stays_small_while_a_huge_value_passes(server: RedisServer, proxy
         client.expect(b"\r\n")
         assert proxy.memory() < 150 * MIB
         assert checksum == zlib.crc32(chunk * (size // MIB))
-        assert client.ask("DEL", "huge") == 1
 
 
 # Clients that leave
@@ -340,7 +353,7 @@ def leave_mid_transaction(client: Raw) -> None:
     ],
 )
 def test_clients_that_leave_disturb_nobody(
-    server: RedisServer, proxy: Proxy, leave: type[None]
+    server: RedisServer, proxy: Proxy, leave: Callable[[Raw], None]
 ) -> None:
     server.ask("SET", "large", b"y" * 3 * MIB)
     server.ask("RPUSH", "list", *range(100))
@@ -355,9 +368,7 @@ def test_clients_that_leave_disturb_nobody(
                 + encode("ECHO", f"{number}-{turn}")
             )
         for number, client in enumerate(clients):
-            client.expect(
-                b"+OK\r\n" + bulk(f"value-{turn}-{number}") + bulk(f"{number}-{turn}")
-            )
+            client.expect(b"+OK\r\n" + bulk(f"value-{turn}-{number}") + bulk(f"{number}-{turn}"))
     assert server.ask("EXISTS", "victim") == 0
 
 
@@ -442,7 +453,7 @@ def test_a_transaction_in_pieces_has_a_link_of_its_own(
     assert not {sender for sender, _, text in commands if '"INCR"' in text} & link
 
 
-def test_transactions_are_atomic_on_a_shared_link(own_server: RedisServer, one_link: Proxy) -> None:
+def test_transactions_are_atomic_on_a_shared_link(one_link: Proxy) -> None:
     clients = [one_link.client() for _ in range(20)]
     data = transaction(("INCR", "c"), ("INCR", "c")) + encode("INCR", "c")
     for client in clients:
@@ -472,12 +483,15 @@ def test_a_slow_reader_stops_nobody(own_server: RedisServer, one_link: Proxy) ->
 
 def test_a_reader_that_never_reads_is_closed(server: RedisServer) -> None:
     server.ask("SET", "large", b"z" * MIB)
-    with Proxy(server.url, connections=1, output_pause="1mb", output_limit="8mb") as proxy:
-        with proxy.client() as slow, proxy.client() as other:
-            slow.send(encode("GET", "large") * 50)
-            proxy.logged("client closed: it does not read its replies")
-            assert other.ask("PING") == b"PONG"
-            assert len(slow.rest()) < 50 * MIB
+    with (
+        Proxy(server.url, connections=1, output_pause="1mb", output_limit="8mb") as proxy,
+        proxy.client() as slow,
+        proxy.client() as other,
+    ):
+        slow.send(encode("GET", "large") * 50)
+        proxy.logged("client closed: it does not read its replies")
+        assert other.ask("PING") == b"PONG"
+        assert len(slow.rest()) < 50 * MIB
 
 
 def test_half_close_delivers_all_replies(server: RedisServer, proxy: Proxy) -> None:
