@@ -510,7 +510,7 @@ class Client:
 
     def _leave(self) -> None:
         self.closed = True
-        self._pending = None
+        self._pending = self._last = self._link = None
         if self._waiting_in is not None:
             self._waiting_in.forget(self)
             self._waiting_in = None

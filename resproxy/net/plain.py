@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno as codes
+import logging
 import os
 import select
 import socket
@@ -28,6 +29,8 @@ if cython.compiled:
         recv,
         send,
     )
+
+log = logging.getLogger(__name__)
 
 _EAGAIN = cython.declare(cython.int, codes.EAGAIN)
 _EINTR = cython.declare(cython.int, codes.EINTR)
@@ -158,14 +161,20 @@ class Poller:
             for i in range(n):
                 plain = self._sockets[events[i].data.fd]
                 if plain is not None:
-                    plain._event(events[i].events)
+                    try:
+                        plain._event(events[i].events)
+                    except Exception as exc:  # noqa: BLE001 - the other sockets go on
+                        plain._failed(exc)
         else:
             ready = self._epoll.poll(0, 256)
             n = len(ready)
             for fd, mask in ready:
                 plain = self._sockets[fd]
                 if plain is not None:
-                    plain._event(mask)
+                    try:
+                        plain._event(mask)
+                    except Exception as exc:  # noqa: BLE001 - the other sockets go on
+                        plain._failed(exc)
         self._turning = False
         return n
 
@@ -178,12 +187,18 @@ class Poller:
         if unread:
             self._unread = []
             for plain in unread:
-                plain._read_on()
+                try:
+                    plain._read_on()
+                except Exception as exc:  # noqa: BLE001 - the other sockets go on
+                    plain._failed(exc)
         queued: list[PlainSocket] = self._queued
         if queued:
             self._queued = []
             for plain in queued:
-                plain.flush()
+                try:
+                    plain.flush()
+                except Exception as exc:  # noqa: BLE001 - the other sockets go on
+                    plain._failed(exc)
         self._turning = False
         if self._unread or self._queued:
             self._schedule()
@@ -422,6 +437,11 @@ class PlainSocket:
             self._broken = True
             self._paused = True
             self._poller.loop.call_soon(self._report, reason)
+
+    def _failed(self, exc: Exception) -> None:
+        """A handler raised, which is a defect: this connection ends, no other is touched."""
+        log.error("defect in the handling of a connection", exc_info=exc)
+        self._break("an internal error, which the proxy's log describes")
 
     def _report(self, reason: str) -> None:
         while not self.closed:

@@ -118,11 +118,14 @@ class Node:
     def _learn(self, replies: list[object]) -> None:
         _, ping, command, limit = replies[-len(_LEARN) :]
         needs_auth = isinstance(ping, hiredis.ReplyError) and str(ping).startswith("NOAUTH")
-        if isinstance(command, list):
-            self.table = CommandTable.builtin().completed(command)
         max_bulk = BULK_LIMIT
-        if isinstance(limit, list) and len(limit) == 2:
-            max_bulk = int(limit[1])
+        try:
+            if isinstance(command, list):
+                self.table = CommandTable.builtin().completed(command)
+            if isinstance(limit, list) and len(limit) == 2:
+                max_bulk = int(limit[1])
+        except ValueError as exc:
+            log.warning("upstream's metadata not understood", extra={"reason": str(exc)})
         # The server may be another one than before: what it can select is found out again.
         self.dbs.clear()
         self.dbs.add(self.upstream.db)
@@ -192,12 +195,18 @@ class Node:
                 owner.pinned_to(link, mode)
                 return
         if self._pinned >= self._config.max_pinned:
-            owner.refuse(errors.too_many_pinned(self._config.max_pinned))
+            # Later: a client that asks for many, one after the other, must not recurse.
+            text = errors.too_many_pinned(self._config.max_pinned)
+            self._poller.loop.call_soon(self._refuse, owner, text)
             return
         self._pinned += 1
         task = asyncio.ensure_future(self._open_pinned(owner, session, mode))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _refuse(self, owner: PinOwner, error: str) -> None:
+        if not owner.closed:
+            owner.refuse(error)
 
     async def _open_pinned(self, owner: PinOwner, session: Session, mode: Mode) -> None:
         steps = identity(self.upstream, session.resp, session.db)
@@ -212,9 +221,8 @@ class Node:
             sock = await self._dial_patiently(owner, steps)
         except DialError as exc:
             self._pinned -= 1
-            if not owner.closed:
-                wait = self._config.upstream_wait
-                owner.refuse(errors.unreachable(self.upstream.display, str(exc), wait))
+            wait = self._config.upstream_wait
+            self._refuse(owner, errors.unreachable(self.upstream.display, str(exc), wait))
             return
         link = Pinned(self._config.link_backlog)
         link.attach(PlainSocket(sock, self._poller, link))
