@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--rounds", type=_positive, metavar="N", help="measurements of each cell, default 5")
+    add("--seconds", type=float, default=1.5, metavar="S", help="of each measurement, default 1.5")
     add("--quick", action="store_true", help="2 short rounds: only to see that all works")
     add("--placements", type=_names(["A", "B"]), default=["A", "B"], help="A, B or A,B (default)")
     add("--loads", type=_names(loads), default=loads, help=f"some of {','.join(loads)}")
@@ -128,7 +129,7 @@ def _run(options: argparse.Namespace) -> None:
     redis = find_program("redis-server", "apt-get install redis-server")
     places = placements(*(options.cores or _first_two_cores()))
     rounds = options.rounds or (2 if options.quick else 5)
-    seconds = 0.4 if options.quick else 1.5
+    seconds = 0.4 if options.quick else options.seconds
 
     machine = _machine()
     # The harness itself stays off the server's core.

@@ -240,7 +240,7 @@ ROUTES: Final[Mapping[traits.Trait, str]] = {
     traits.Trait.PINNED: "pinned",
     traits.Trait.SELECT: "local",
     traits.Trait.HELLO: "local",
-    traits.Trait.AUTH: "local",
+    traits.Trait.AUTH: "pinned",
     traits.Trait.RESET: "local",
     traits.Trait.QUIT: "local",
     traits.Trait.CLIENT: "depends on the subcommand; unknown ones are shared",
