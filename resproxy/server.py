@@ -77,6 +77,7 @@ class Server:
         log.info("stopping", extra={"clients": len(context.clients)})
         await self._drain(context)
         node.close()
+        poller.close()
         log.info("stopped")
         return 0
 

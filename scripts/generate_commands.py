@@ -235,8 +235,8 @@ def _table_line(name: str, entry: tuple[int, str, int, int, int, str]) -> str:
 
 ROUTES: Final[Mapping[traits.Trait, str]] = {
     traits.Trait.PLAIN: "shared",
-    traits.Trait.BLOCKING: "pinned; shared inside MULTI, where it does not block",
-    traits.Trait.XREAD: "shared; pinned with BLOCK, except inside MULTI",
+    traits.Trait.BLOCKING: "pinned",
+    traits.Trait.XREAD: "shared; pinned with BLOCK, or inside MULTI",
     traits.Trait.PINNED: "pinned",
     traits.Trait.SELECT: "local",
     traits.Trait.HELLO: "local",
@@ -246,7 +246,7 @@ ROUTES: Final[Mapping[traits.Trait, str]] = {
     traits.Trait.CLIENT: "depends on the subcommand; unknown ones are shared",
     traits.Trait.MULTI: "transaction, or pinned if it is not whole yet",
     traits.Trait.EXEC: "transaction",
-    traits.Trait.DISCARD: "transaction",
+    traits.Trait.DISCARD: "pinned, with its MULTI",
     traits.Trait.SCRIPT: "depends on the subcommand",
 }
 
