@@ -14,6 +14,7 @@ from resproxy.wire.replies import ProtocolError
 # Unsent bytes that are enough for the server to read at once (Redis reads 16 KiB at a time), and
 # the replies due that make no difference between two links.
 _GATHER = cython.declare(cython.Py_ssize_t, 16 * 1024)
+_GATHER_COUNT = cython.declare(cython.Py_ssize_t, 16)
 _GATHER_DUE = cython.declare(cython.Py_ssize_t, 32)
 
 
@@ -38,6 +39,7 @@ class Link:
     matcher: Matcher = cython.declare(object, visibility="readonly")
     alive = cython.declare(cython.bint, visibility="readonly")
     _limit: cython.Py_ssize_t
+    _gathered: cython.Py_ssize_t  # commands since the last flush
     _on_lost: Callable[[Link, str], None]
     _waiting: list[Sender]
 
@@ -45,6 +47,7 @@ class Link:
         self.matcher = Matcher()
         self.alive = True
         self._limit = limit
+        self._gathered = 0
         self._on_lost = on_lost
         self._waiting = []
 
@@ -71,7 +74,9 @@ class Link:
         idle: cython.bint = self.matcher.due == 0
         entry: Any = self.matcher.expect(sender, count)
         pending: cython.Py_ssize_t = self.transport.queue(data, start, end)
-        if idle or pending > _GATHER:
+        self._gathered += count
+        if idle or self._gathered >= _GATHER_COUNT or pending > _GATHER:
+            self._gathered = 0
             self.transport.flush_at_end_of_turn()
         if pending > self._limit:
             self._waiting.append(sender)
@@ -80,12 +85,16 @@ class Link:
 
     def received(self, data: bytearray, size: int) -> None:
         """Bytes from the server."""
+        if self.transport.pending:
+            self._gathered = 0
+            self.transport.flush()  # first, so that the server works while its replies are passed on
         try:
             self.matcher.feed(data, size)
         except ProtocolError as exc:
             self.lost(f"a malformed reply: {exc}")
             return
         if self.transport.pending:
+            self._gathered = 0
             self.transport.flush_at_end_of_turn()
 
     def eof(self) -> None:
