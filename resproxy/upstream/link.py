@@ -87,7 +87,8 @@ class Link:
         """Bytes from the server."""
         if self.transport.pending:
             self._gathered = 0
-            self.transport.flush()  # first, so that the server works while its replies are passed on
+            # First, so that the server works while its replies are passed on.
+            self.transport.flush()
         try:
             self.matcher.feed(data, size)
         except ProtocolError as exc:
