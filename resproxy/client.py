@@ -74,6 +74,7 @@ class Client:
     _refuse_one: cython.bint  # only the next such command
     _processing: cython.bint
     _ended: cython.bint  # the client will send no more
+    _watched: cython.bint  # whether it takes its replies
     _pause: cython.Py_ssize_t
     _limit: cython.Py_ssize_t
 
@@ -87,7 +88,7 @@ class Client:
         self._limit = context.config.output_limit
         self.due = 0
         self.blocked = Blocked.NO
-        self.closed = self._ended = self._processing = False
+        self.closed = self._ended = self._processing = self._watched = False
         self.pinned = self._link = self._last = self._waiting_in = None
         self._pending = self._refusal = None
         self._refuse_one = False
@@ -449,13 +450,36 @@ class Client:
 
     def _wrote(self, pending: int) -> None:
         if pending > self._limit:
-            log.warning(
-                "client closed: it does not read its replies",
-                extra={"client": self.session.id, "unsent": pending, "output_limit": self._limit},
-            )
-            self.close()
+            self._give_up("output_limit", self._limit)
         elif pending > self._pause:
             self.transport.pause()
+            if not self._watched:
+                self._watched = True
+                self._watch()
+
+    def _watch(self) -> None:
+        """While it is not read from, look whether it takes what it has asked for.
+
+        It may write on and on before it reads anything, and then both would wait for ever.
+        """
+        config = self._context.config
+        loop = self._context.poller.loop
+        loop.call_later(config.output_stall, self._look, self.transport.pending)
+
+    def _look(self, before: int) -> None:
+        if self.closed or self.transport.pending == 0:
+            self._watched = False
+        elif self.transport.pending >= before:
+            self._give_up("output_stall", self._context.config.output_stall)
+        else:
+            self._watch()
+
+    def _give_up(self, option: str, bound: float) -> None:
+        log.warning(
+            "client closed: it does not read its replies",
+            extra={"client": self.session.id, "unsent": self.transport.pending, option: bound},
+        )
+        self.close()
 
     def drained(self) -> None:
         """The client has taken all that was written."""

@@ -183,7 +183,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     ] = MIB
     output_pause: Annotated[
         int, Option(_size, "unsent replies at which a client is no longer read from")
-    ] = 64 * MIB
+    ] = 512 * MIB
+    output_stall: Annotated[
+        float,
+        Option(_seconds, "…and how long it may then take nothing before it is disconnected (s)"),
+    ] = 60.0
     output_limit: Annotated[
         int, Option(_size, "unsent replies at which a client is disconnected")
     ] = GIB

@@ -185,7 +185,7 @@ def test_readme_commands_of_make_exist() -> None:
 def test_readme_file_can_be_read(tmp_path: Path) -> None:
     (example,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "resproxy.toml").write_text(example)
-    assert load(None, {}, str(tmp_path / "resproxy.toml")).output_limit == 256 << 20
+    assert load(None, {}, str(tmp_path / "resproxy.toml")).output_limit == 2 << 30
 
 
 def test_locks_name_no_index() -> None:

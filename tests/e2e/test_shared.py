@@ -494,6 +494,30 @@ def test_a_reader_that_never_reads_is_closed(server: RedisServer) -> None:
         assert len(slow.rest()) < 50 * MIB
 
 
+def test_a_reader_that_takes_nothing_is_closed_in_time(server: RedisServer) -> None:
+    server.ask("SET", "large", b"z" * MIB)
+    with (
+        Proxy(server.url, connections=1, output_pause="1mb", output_stall=0.2) as proxy,
+        proxy.client() as slow,
+        proxy.client() as other,
+    ):
+        slow.send(encode("GET", "large") * 50)
+        proxy.logged("client closed: it does not read its replies")
+        assert other.ask("PING") == b"PONG"
+        assert len(slow.rest()) < 50 * MIB
+
+
+def test_a_whole_pipeline_may_be_written_before_anything_is_read(own_server: RedisServer) -> None:
+    """Redis keeps the replies meanwhile, and so must the proxy: else both sides would wait."""
+    value = b"v" * 1000
+    own_server.ask("SET", "key", value)
+    with Proxy(own_server.url, connections=1) as proxy, proxy.client() as client:
+        for _ in range(100):
+            client.send(encode("GET", "key") * 1000)
+        for _ in range(100):
+            client.expect(bulk(value) * 1000)
+
+
 def test_half_close_delivers_all_replies(server: RedisServer, proxy: Proxy) -> None:
     server.ask("SET", "large", b"z" * 3 * MIB)
     with proxy.client() as client:
